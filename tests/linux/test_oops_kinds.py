@@ -529,6 +529,13 @@ def test_who_called_panic_is_not_panic_itself() -> None:
         assert f"by {caller}" in said(panic)
 
 
+def test_calls_of_two_cpus_line_by_line_are_doubted() -> None:
+    pairs = zip(fault(), fault(0x20, cpu=2, number=2, pc="other+0x8/0x40"), strict=True)
+    both = found([line for pair in pairs for line in pair])
+    assert len(both) == 2
+    assert all("a call of the trace may be another one's" in panic.verdict.unknown[-1] for panic in both)
+
+
 def test_a_report_that_ends_before_its_calls_says_so() -> None:
     assert "the call trace: not in the log" in only(fault()[:8]).verdict.unknown
     assert "the call trace: not in the log" not in only(fault()).verdict.unknown
