@@ -97,12 +97,7 @@ class LiveSession:
         """What an earlier session had left in the guest, and what became of it."""
         self._looked: tuple[int, bytes] = (-1, b"")
         """The stop at which the CPUs were last examined, and the digest of their state."""
-        self._liveness = Liveness(
-            self,
-            link.tracker.wait,
-            armed=self.notices_that_nothing_runs,
-            replay=self.replay if link.recorded == "replay" else None,
-        )
+        self._liveness = Liveness(self, link.tracker.wait, armed=self.notices_that_nothing_runs)
         self._recovery = threading.Lock()
         self._recovered: str | None = None
         self._tracker.listeners += [self._lost, self._liveness.event]

@@ -15,8 +15,6 @@ from ptinspect.memory.source import PhysicalMemory
 
 FIRST_LOOK = 1.0
 """How long a guest has run in all when it is looked at first, seconds; each time is twice the one before."""
-REPLAY_LOOK = 10.0
-"""Seconds after which a replay is looked at, each time."""
 
 
 class Watched(Protocol):
@@ -35,36 +33,17 @@ class Watched(Protocol):
     def resume(self) -> None: ...
 
 
-class Replay(Protocol):
-    """A recorded boot."""
-
-    last: int | None
-    """The last position; None while it is not known."""
-
-    def moved(self, before: int | None) -> int:
-        """Return the position. Raises ReplayStands if it was there before."""
-
-
 class Liveness:
     """Look at a guest while somebody waits for it, until a kernel has its own tables.
 
     A look stops the guest for some milliseconds, after a second and then ever more rarely. The answer is a
-    proof (`arch.endless`): a slow guest, a firmware, one that waits for interrupts are never accused. Of a
-    replay it is that it has not moved from one look to the next, however long it runs. Steps, and runs that
-    a command of GDB's own began, are not looked into: after a look the guest would just run.
+    proof (`arch.endless`): a slow guest, a firmware, one that waits for interrupts are never accused. Steps,
+    and runs that a command of GDB's own began, are not looked into: after a look the guest would just run.
     """
 
-    def __init__(
-        self,
-        session: Watched,
-        wait: Callable[[float, float], StopInfo],
-        *,
-        armed: bool,
-        replay: Replay | None = None,
-    ) -> None:
-        """`wait(seconds, all)` waits for the next stop; without `armed` nobody looks for what never runs."""
+    def __init__(self, session: Watched, wait: Callable[[float, float], StopInfo], *, armed: bool) -> None:
+        """`wait(seconds, all)` waits for the next stop; without `armed` nobody ever looks."""
         self._session, self._wait, self._armed = session, wait, armed
-        self._replay = replay
         self._ran, self._due = 0.0, FIRST_LOOK
         self._resumed = False
 
@@ -80,16 +59,14 @@ class Liveness:
             self._resumed = False
 
     def wait(self, timeout: float) -> StopInfo:
-        """Wait until the guest stops. Raises TargetTimeout, NothingRuns, ReplayStands: it is stopped then."""
+        """Wait until the guest stops. Raises TargetTimeout, and NothingRuns: it is stopped then."""
         deadline = time.monotonic() + timeout
-        stood: int | None = None
         while True:
             left = max(deadline - time.monotonic(), 0.0)
-            pause = REPLAY_LOOK if self._replay else max(self._due - self._ran, 0.0) if self._armed else left
-            looks = self._resumed and pause < left
+            looks = self._armed and self._resumed and self._due - self._ran < left
             began = time.monotonic()
             try:
-                return self._wait(pause if looks else left, timeout)
+                return self._wait(max(self._due - self._ran, 0.0) if looks else left, timeout)
             except TargetTimeout:
                 if not looks:
                     raise
@@ -99,12 +76,7 @@ class Liveness:
             stop = self._session.interrupt()
             if stop.signal != "SIGINT" or stop.breakpoint is not None:
                 return stop
-            if self._replay is not None:
-                stood = self._replay.moved(stood)
-                if stood == self._replay.last:
-                    return stop
-            else:
-                self._judge()
+            self._judge()
             if not self._session.escort.passes(stop):  # by what is seen now, as at a stop of his own
                 return stop
             self._session.resume()

@@ -20,7 +20,6 @@ from typing import Literal
 
 from ptinspect.dataclass import replace
 from ptinspect.errors import ReplayStands, TargetError, TargetTimeout, UserError
-from ptinspect.link.liveness import REPLAY_LOOK
 from ptinspect.link.qemu.replay_log import Places, places
 from ptinspect.link.replay_driver import Driver
 from ptinspect.link.replay_scan import Limit, Scan, Seen
@@ -40,6 +39,8 @@ STRETCH = 100_000
 STATE_SECONDS = 120.0
 """How long a state may take to be saved or loaded."""
 BACK_SECONDS = 300.0
+LOOK_SECONDS = 10.0
+"""After so long a run to a position is looked at: it has to have moved from one look to the next."""
 STOP_SECONDS = 60.0
 """How long a guest may take at least to be interrupted: QEMU ends a stretch without events before."""
 TAG = "pt-"
@@ -105,9 +106,12 @@ class Replay:
         return at in self._found_stuck or at in self._places.stuck
 
     def moved(self, before: int | None) -> int:
-        """Return the position of a replay that was running. Raises ReplayStands if it was there before."""
+        """Return the position of a replay that was running. Raises ReplayStands where it does not go on.
+
+        It was there before, or cannot go on from there: to pass by would be to run what was run already.
+        """
         here = self.position
-        if here == before:
+        if here == before or self._is_stuck(here):
             self._found_stuck.add(here)
             raise ReplayStands(f"the replay does not go on from position {here:,}")
         return here
@@ -303,13 +307,13 @@ class Replay:
         while True:
             self._session.run_on()
             left = max(deadline - time.monotonic(), 0.1)
-            stop = self._session.stop_within(min(left, REPLAY_LOOK))
+            stop = self._session.stop_within(min(left, LOOK_SECONDS))
             if stop is not None:
                 return stop
             stood = self.moved(stood)
             if self._armed is None:  # it was there just when it was interrupted
                 return self.stands("position")
-            if left <= REPLAY_LOOK:
+            if left <= LOOK_SECONDS:
                 raise TargetTimeout(f"the replay did not come to position {self._armed:,} in time")
 
     @property

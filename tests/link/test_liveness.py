@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ptinspect.arch.sysregs import CpuState
-from ptinspect.errors import GuestError, NothingRuns, ReplayStands, TargetTimeout
+from ptinspect.errors import GuestError, NothingRuns, TargetTimeout
 from ptinspect.link import liveness
 from ptinspect.link.liveness import Liveness
 from ptinspect.link.state import StopInfo
@@ -81,23 +81,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     yield now
 
 
-class Recorded:
-    """A replay that is at these positions when it is looked at."""
-
-    last = 900
-
-    def __init__(self, *positions: int) -> None:
-        self.positions = iter(positions)
-
-    def moved(self, before: int | None) -> int:
-        here = next(self.positions)
-        if here == before:
-            raise ReplayStands(f"it stands at {here}")
-        return here
-
-
-def watch(guest: Scripted, *, armed: bool = True, replay: Recorded | None = None) -> Liveness:
-    guest.watch = Liveness(guest, guest.wait, armed=armed, replay=replay)  # type: ignore[arg-type]
+def watch(guest: Scripted, *, armed: bool = True) -> Liveness:
+    guest.watch = Liveness(guest, guest.wait, armed=armed)  # type: ignore[arg-type]
     guest.resume()
     guest.resumed = 0
     return guest.watch
@@ -174,17 +159,3 @@ def test_steps_are_not_looked_into(clock: list[float]) -> None:
     guest.tell("stopped")
     guest.tell("running")
     assert found.wait(2000) == HIT and guest.interrupted == []
-
-
-def test_a_replay_that_does_not_move_is_told(clock: list[float]) -> None:
-    guest = Scripted(clock, [[ALIVE]] * 9)
-    with pytest.raises(ReplayStands, match="it stands at 7"):
-        watch(guest, armed=False, replay=Recorded(5, 7, 7)).wait(600)
-    assert guest.interrupted == [110, 120, 130] and guest.resumed == 2
-    guest = Scripted(clock, [[ALIVE]] * 9, ends=clock[0] + 35)
-    assert watch(guest, armed=False, replay=Recorded(1, 2, 3)).wait(600) is HIT
-    assert len(guest.interrupted) == 3
-    guest = Scripted(clock, [[ALIVE]] * 9)
-    assert watch(guest, replay=Recorded(1, 900)).wait(600) is LOOK, "the end may come while it is interrupted"
-    with pytest.raises(TargetTimeout):
-        watch(guest, replay=Recorded(1, 2, 3)).wait(25)
