@@ -420,7 +420,8 @@ def test_a_stack_that_is_not_printed_is_told_from_a_wrong_sp() -> None:
         panic = unlisted(sp, sdei + 0x50)
         assert panic.verdict.code == "guard-page-hit" and panic.facts.stack is not None
         assert (panic.facts.stack.kind, panic.facts.stack.base) == ("unlisted", sdei)
-        assert "SDEI's and EFI's stacks are not printed" in said(panic)
+        assert "as SDEI's, EFI's and another task's are, which are not printed" in said(panic)
+        assert "whose stack that is" in panic.verdict.unknown
     for sp, x29 in ((sdei + 0x10, BASE + 0x3CC0), (sdei + 0x800, sdei + 0x850), (0x10, 0x50)):
         assert unlisted(sp, x29).verdict.code == "sp-corrupted", hex(sp)
 

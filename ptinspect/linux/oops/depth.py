@@ -49,7 +49,7 @@ def stack_at(fault: Fault) -> StackRange | None:
 
 
 def _unlisted(fault: Fault, sp: int) -> StackRange | None:
-    """Return a stack that is not printed, SDEI's or EFI's, if SP has no room on it and x29 is in it.
+    """Return a stack that is not printed (SDEI's, EFI's) if SP has no room on it and x29 is in it.
 
     They are aligned and as large as the task's, so that SP tells the base (Linux
     arch/arm64/include/asm/vmap_stack.h; kernel_ventry in entry.S tests one bit of SP).

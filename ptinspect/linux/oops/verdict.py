@@ -43,6 +43,8 @@ def verdict(facts: Facts) -> Verdict:
     unknown = list(found.unknown)
     if found.code == "unknown":
         unknown += _missing(bad) or ["why the kernel found too little stack"]
+    if facts.stack is not None and facts.stack.kind == "unlisted":
+        unknown.append("whose stack that is")
     if bad.damaged:
         unknown.append(f"digits are missing in the log: {', '.join(bad.damaged)}")
     if bad.mixed and bad.doubtful:
@@ -132,7 +134,7 @@ def _where(facts: Facts, bad: Fault) -> list[str]:
     if stack is not None and stack.kind == "unlisted":
         evidence.append(
             f"x29 {bad.registers[29]:#x} is {place(bad.registers[29], stack)}: none of the printed ones, but "
-            "of their size and alignment; SDEI's and EFI's stacks are not printed"
+            "of their size and alignment, as SDEI's, EFI's and another task's are, which are not printed"
         )
     evidence += _never_set_up(bad)
     if esr is not None and esr.ec == EC_BRK and _own(esr):
