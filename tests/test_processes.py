@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ptinspect.processes import PrivateDirectory, running_with, wake_orphans
+from ptinspect.processes import PrivateDirectory, lock, poll, running_with, wake_orphans
 
 MAKE = """
 import subprocess, sys, time
@@ -92,3 +92,13 @@ def test_directories_of_others_stay(tmp_path: Path) -> None:
         "ptinspect-link",
         "ptinspect-mine",
     ]
+
+
+def test_a_file_is_locked_by_one_at_a_time_and_a_wait_ends(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("a") as first, (tmp_path / "lock").open("a") as other:
+        assert lock(first) and not lock(other)
+        assert not poll(lambda: lock(other), 0.05, 0.01)
+        looks = iter([False, False, True])
+        assert poll(lambda: next(looks), 60, 0.01) and not list(looks)
+        first.close()
+        assert lock(other)

@@ -108,6 +108,7 @@ def test_the_tables_of_the_first_process(guest: str, tmp_path: Path) -> None:
         with pytest.raises(GuestError, match="no task has PID 999999"):
             live("map --root task:999999")
         identity_and_trampoline(live)
+        assert live("nexti --timeout 300")["cpu"] == 0, "an instruction of the process"
 
 
 def areas_are_those_of_proc(live: Live, areas: list[tuple[int, int, str, str]], pid: int) -> None:
