@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from ptinspect.dataclass import dataclass
 from ptinspect.errors import UserError
-from ptinspect.guest.breakpoints.breakpoints import SymbolBreakpoint, SymbolBreakpoints, symbol_breakpoints
-from ptinspect.guest.expressions.conditions import for_gdb
+from ptinspect.guest.breakpoints.breakpoints import (
+    SymbolBreakpoint,
+    SymbolBreakpoints,
+    condition_for_gdb,
+    symbol_breakpoints,
+)
 from ptinspect.guest.guest import Guest
 from ptinspect.link.gdb.slots import Purpose
 from ptinspect.link.session import Breakpoint
@@ -146,7 +150,7 @@ def set_condition(guest: Guest, number: int, condition: str) -> None:
         raise UserError(f"{number}: {ours.others[number].words}: it takes no condition")
     if not ours.alter(number, condition=condition):
         need(guest, number)
-        guest.stopped.alter_place(number, condition=condition and for_gdb(guest, condition))
+        guest.stopped.alter_place(number, condition=condition_for_gdb(guest, condition))
         ours.typed[number] = condition
 
 

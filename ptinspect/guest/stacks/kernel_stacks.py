@@ -74,6 +74,19 @@ def task_of(stacks: Stacks, which: int | str) -> Task:
     return stacks.tasks.named(which)
 
 
+def lowest_sp(stacks: Stacks, stack: Stack) -> int | None:
+    """Return the SP below which a stack is free; None where that is not known."""
+    for state in stacks.view.states:
+        if state.el != 0 and stack.holds_sp(state.sp):
+            return state.sp
+    if stack.kind == "irq":
+        return stack.top
+    task = stack.task
+    if task is None or task.cpu is not None:  # it runs, but on another stack: its own SP is saved somewhere
+        return None
+    return task.saved_sp if stack.holds_sp(task.saved_sp) else None
+
+
 def newest_first(guest: Guest) -> Sequence[Snapshot]:
     """Return the snapshots in memory, the newest first."""
     return sorted(guest.snapshots.values(), key=lambda s: s.meta.created, reverse=True)

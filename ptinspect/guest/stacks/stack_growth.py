@@ -9,7 +9,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import PtinspectError, TargetTimeout
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.run_control import run_for, until
-from ptinspect.guest.stacks.kernel_stacks import open_stacks, task_of
+from ptinspect.guest.stacks.kernel_stacks import lowest_sp, open_stacks, task_of
 from ptinspect.link.journal import PAINT, Change
 from ptinspect.linux.running.stacks import Stack, Stacks
 from ptinspect.stack import highwater
@@ -84,7 +84,7 @@ def _paint(guest: Guest, stacks: Stacks, wanted: Sequence[Stack]) -> Iterator[Ma
     painted: dict[int, HighWater] = {}
     changes: list[Change] = []
     for stack in wanted:
-        sp = _lowest_sp(stacks, stack)
+        sp = lowest_sp(stacks, stack)
         words = [] if sp is None else highwater.free_words(stacks.view, stack, sp)
         changes += [Change(pa, 0, highwater.PAINT, count=count, what=PAINT) for pa, count in words]
         if sp is not None and words:
@@ -96,19 +96,6 @@ def _paint(guest: Guest, stacks: Stacks, wanted: Sequence[Stack]) -> Iterator[Ma
         if changes and guest.state == "stopped":
             with contextlib.suppress(PtinspectError):
                 guest.stopped.changes.undo(changes)
-
-
-def _lowest_sp(stacks: Stacks, stack: Stack) -> int | None:
-    """Return the SP below which a stack is free; None where that is not known."""
-    for state in stacks.view.states:
-        if state.el != 0 and stack.holds_sp(state.sp):
-            return state.sp
-    if stack.kind == "irq":
-        return stack.top
-    task = stack.task
-    if task is None or task.cpu is not None:  # it runs, but on another stack: its own SP is saved somewhere
-        return None
-    return task.saved_sp if stack.holds_sp(task.saved_sp) else None
 
 
 def _run(guest: Guest, places: Sequence[int], seconds: float) -> str:

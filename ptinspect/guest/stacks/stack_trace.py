@@ -13,7 +13,7 @@ from ptinspect.dataclass import dataclass
 from ptinspect.errors import GuestError, OutOfSlots, PtinspectError, UserError
 from ptinspect.guest.guest import Guest
 from ptinspect.guest.run_control import run_for
-from ptinspect.guest.stacks.kernel_stacks import open_stacks, task_of
+from ptinspect.guest.stacks.kernel_stacks import lowest_sp, open_stacks, task_of
 from ptinspect.link.gdb.recorder import Rung, Tracer
 from ptinspect.link.session import Capability
 from ptinspect.linux.running.stacks import Stack, Stacks
@@ -157,7 +157,8 @@ class _Run:
         session = self.guest.stopped
         if Capability.PIPELINE not in session.capabilities:
             raise UserError("a ladder needs GDB's socket, which is not known here", "--method sample")
-        rungs = {s.top: Rung(s.base + END_MARK, min(self._saved(s), s.top), s.top) for s in self.wanted}
+        lowest = {s.top: lowest_sp(self.stacks, s) or s.top for s in self.wanted}
+        rungs = {s.top: Rung(s.base + END_MARK, min(lowest[s.top], s.top), s.top) for s in self.wanted}
         for cpu in range(session.cpu_count):
             self._look(cpu)
         tracer, ended = Tracer(session), "time"
@@ -241,16 +242,6 @@ class _Run:
                 with contextlib.suppress(PtinspectError):
                     session.delete_breakpoint(number)
         return self._trace(SAMPLE, ended)
-
-    def _saved(self, stack: Stack) -> int:
-        """Return the SP of a stack now: live, or as its task saved it; the top where nobody is on it."""
-        for state in self.stacks.view.states:
-            if stack.holds_sp(state.sp) and state.el != 0:
-                return state.sp
-        task = stack.task
-        if task is not None and task.cpu is None and stack.holds_sp(task.saved_sp):
-            return task.saved_sp
-        return stack.top
 
     def _look(self, cpu: int) -> None:
         """Note where a CPU's SP is, with the functions on its stack."""
