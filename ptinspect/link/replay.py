@@ -39,7 +39,7 @@ STRETCH = 100_000
 STATE_SECONDS = 120.0
 """How long a state may take to be saved or loaded."""
 BACK_SECONDS = 300.0
-LOOK_SECONDS = 10.0
+LOOK_SECONDS = 40.0
 """After so long a run to a position is looked at: it has to have moved from one look to the next."""
 STOP_SECONDS = 60.0
 """How long a guest may take at least to be interrupted: QEMU ends a stretch without events before."""
