@@ -97,7 +97,7 @@ class Report:
     """The answer of one command: its result, and the same for people."""
 
     value: object
-    """The result; its fields are what `--json` prints (`output.encode`)."""
+    """The result, or what makes it: most answers are only read. Its fields are what `--json` prints."""
     body: Sequence[Table | Note] = field(default_factory=tuple)
     """The same facts as notes and tables."""
     exit_code: int = 0
@@ -107,7 +107,7 @@ class Report:
     def result(self) -> Mapping[str, Any]:
         """What `--json` prints: addresses and raw descriptors are hex strings, counts and sizes numbers,
         levels numbers -1 to 3."""
-        return cast("Mapping[str, Any]", encode(self.value))
+        return cast("Mapping[str, Any]", encode(self.value() if callable(self.value) else self.value))
 
     def __post_init__(self) -> None:
         """Escape what no terminal should get: names come from guests, files and snapshots."""

@@ -274,7 +274,7 @@ def _tabulate(*, wide: bool) -> Any:
 
 def _is_wide(text: str) -> bool:
     """Tell whether a letter of a text takes another number of columns than one."""
-    if text.isascii():
+    if text.replace("…", "").isascii():
         return False
     from unicodedata import combining, east_asian_width
 

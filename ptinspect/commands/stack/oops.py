@@ -43,7 +43,7 @@ def explained(analysis: Analysis, name: str) -> Report:
         body.append(Note(f"{left} more are left out", "dim"))
     if not analysis.complete:
         body.append(Note("the log was not read to its end: the compressed file ends too early", "bad"))
-    return Report(oops_result(analysis, name), body)
+    return Report(lambda: oops_result(analysis, name), body)
 
 
 def _section(panic: Panic, number: int, total: int) -> list[Note | Table]:

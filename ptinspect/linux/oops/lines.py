@@ -43,7 +43,6 @@ _MARKUP = Pattern(r"</?(?:span|pre|code|font|div|li|tr|td|a|b|i|p)(?: [^<>]{0,30
 """Tags of a web page around what the kernel printed; its own are `<TASK>`, `<IRQ>`, `<idle>`."""
 _ESCAPED = Pattern(r"\\([][_*#<>+!(){}`~|.-])", "\\")
 """What Markdown needs a backslash for."""
-_ROWS = Pattern(r"[^\r\n\x00]+")
 _STAMPED = Pattern(STAMP)
 _CHARACTERS = {
     **dict.fromkeys((0xA0, 0x2007, 0x202F, 0x3000, *range(0x2000, 0x2007), *range(0x2008, 0x200B)), " "),
@@ -342,15 +341,12 @@ def _wrapped_frame(before: _Open, text: str) -> bool:
 
 def rows(text: str, number: int = 1) -> Iterator[Row]:
     """Yield the rows of a text; CR, LF and any mixture of them end one, empty ones are kept as such."""
-    ending = "\n" if "\n" in text else "\r"
-    position = 0
-    for match in _ROWS.finditer(text):
-        passed = text.count(ending, position, match.start())
-        if passed > 1:
-            yield Row(number + passed - 1, "")
-        number += passed
-        position = match.start()
-        yield Row(number, match[0])
+    for at, line in enumerate(text.split("\n" if "\n" in text else "\r"), number):
+        for raw in filter(None, line.replace("\r", "\0").split("\0")):
+            if at - number > 1:
+                yield Row(at - 1, "")
+            number = at
+            yield Row(at, raw)
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:

@@ -43,7 +43,7 @@ _SYSLOG = Pattern(
     " - -",
 )
 _MONOTONIC = Pattern(
-    rf"\[ *\d+\.\d{{3,9}}(?: <[^>]{{0,20}}>)?\][ \t]+(?:\S{{1,255}}[ \t]+)?{_SAYS}", *_SAYS_WORDS
+    rf"\[ *(?P<seconds>\d+\.\d{{3,9}})(?: <[^>]{{0,20}}>)?\][ \t]+(?:\S{{1,255}}[ \t]+)?{_SAYS}", *_SAYS_WORDS
 )
 _LOGCAT = Pattern(rf"\d\d-\d\d {_TIME} +(?:\w+ +)?\d+ +\d+ [VDIWEF] (?:KERNEL|kernel|auditd)? *:")
 _LOGCAT_BRIEF = Pattern(r"[VDIWEF]/\w+ *\( *\d+\):", "):")
@@ -54,7 +54,7 @@ _CLOCK = Pattern(
 )
 _EXPORTED = Pattern(r"[ \t]*MESSAGE=", "MESSAGE=")
 _BROADCAST = Pattern(rf"[ \t]*{_SAYS} ?(?=\[|[A-Z])", *_SAYS_WORDS)
-STAMP = r"\[ {0,12}\d{1,9}\.\d{3,9}[^\]\[]{0,40}\]"
+STAMP = r"\[ {0,12}(?P<seconds>\d{1,9}\.\d{3,9})[^\]\[]{0,40}\]"
 """A time stamp of the kernel's: seconds since boot."""
 _STAMP = Pattern(STAMP)
 _RELATIVE = Pattern(
@@ -62,7 +62,6 @@ _RELATIVE = Pattern(
     r"[^\]\[\d]{1,12}[^\]\[]{0,12} +\d{1,2} \d\d:\d\d:\d\d \d{4})\]"
 )
 _BEFORE_STAMP = Pattern(rf"[^\[\]]{{1,100}}[>:;|][ \t]*(?={STAMP})")
-_SECONDS = Pattern(r"\[ *(\d+\.\d+)")
 _CALLER = Pattern(r" ?\[ {0,12}([TC]\d{1,9})\]")
 _CPU_TAG = Pattern(
     r"(?i)"
@@ -70,7 +69,7 @@ _CPU_TAG = Pattern(
     r"\[ *(?P<exynos>\d{1,3}): *[^\]\[:]{1,24}: *\d{1,7}\]|\(CPU:(?P<qcom>\d{1,3})-[^)]{1,40}\)|"
     r"\[cpu ?(?P<cpu>\d{1,3})\])"
 )
-_BEFORE_CPU = ("-(", *"[(0123456789", *(letter + digit for letter in "cC" for digit in "0123456789"))
+_BEFORE_TAG = ("-(", *"[(0123456789", *(letter + digit for letter in "cC" for digit in "0123456789"))
 _TAG = Pattern(r"(?:\[(?!(?:0x)?[0-9a-f]{8,16}\]|<)[^\]\[]{0,60}\])+")
 _VALUE = Pattern(r"[0-9a-f]{12}|0x[0-9a-f]|=|\+0x|(?:\S+ +){12}")
 _STEP = Pattern(r"\d+|[^\W\d_][^\W\d]*|\s+|.")
@@ -92,23 +91,29 @@ _BEGINNINGS = (
         "Rebooting in ", "Linux version ",
     ) for digit in "0123456789"),
 )  # fmt: skip
-_NUMBERED_BEGINNING = Pattern(
-    r"(?<![\w.\"'(])(?:"
-    r"x(?:[12]?[0-9]|30) ?: ?[0-9a-f]{5}|pstate: ?[0-9a-f]|task: [0-9a-f]{8}|Process \S+ ?\(pid|"
-    r"\[(?:0x)?[0-9a-f]{8,16}\] (?:\*?pgd|user address|address )|note: \S+\[\d|\*\* \d+ printk messages|"
-    r"(?:Panic|Oops|Emergency)#\d+ Part\d)"
+_BEFORE_WORD = r"(?<![\w.\"'(])"
+_VALUES = Pattern(
+    rf"{_BEFORE_WORD}(?:x(?:[12]?[0-9]|30) ?: ?[0-9a-f]{{5}}|pstate: ?[0-9a-f]|task: [0-9a-f]{{8}}|"
+    r"\[(?:0x)?[0-9a-f]{8,16}\] (?:\*?pgd|user address|address ))"
+)
+_NAMES = Pattern(
+    rf"{_BEFORE_WORD}(?:Process \S+ ?\(pid|note: \S+\[\d|\*\* \d+ printk messages|"
+    r"(?:Panic|Oops|Emergency)#\d+ Part\d)",
+    "(pid",
+    "note: ",
+    " printk messages",
+    " Part",
 )
 
 
 def begins(text: str) -> bool:
     """Tell whether a text begins as the kernel begins the lines that a report is made of."""
-    return text.startswith(_BEGINNINGS) or _NUMBERED_BEGINNING.match(text) is not None
+    return text.startswith(_BEGINNINGS) or (_VALUES.match(text) or _NAMES.match(text)) is not None
 
 
 def _beginning(text: str) -> int:
     """Return where a text begins to be such a line; its length if it does nowhere."""
-    numbered = _NUMBERED_BEGINNING.search(text)
-    found = [len(text) if numbered is None else numbered.start()]
+    found = [len(text), *(form.start() for form in (_VALUES.search(text), _NAMES.search(text)) if form)]
     for word in _BEGINNINGS:
         at = text.find(word)
         while at > 0 and (text[at - 1].isalnum() or text[at - 1] in "_.\"'("):
@@ -201,8 +206,7 @@ def peel(text: str) -> Peeled:
             break
         layer, match = found
         if layer in (_STAMP, _MONOTONIC):
-            seconds = _SECONDS.match(match[0])
-            time = seconds[1] if seconds is not None else time
+            time = match["seconds"]
         elif layer is _KMSG:
             micro = int(match["micro"])
             time = f"{micro // 1_000_000}.{micro % 1_000_000:06}"
@@ -241,11 +245,12 @@ def _layer(text: str) -> tuple[Pattern, re.Match[str]] | None:
 
 def _tags(text: str, caller: str) -> tuple[str, str]:
     """Take away what kernels and phones print after a time stamp: the task, the CPU."""
+    if not text.removeprefix(" ").startswith(_BEFORE_TAG):
+        return text, caller
     match = _CALLER.match(text)
     if match is not None:
         return text[match.end() :], match[1]
-    after = text[1:] if text.startswith(" ") else text
-    match = _CPU_TAG.match(text) if after.startswith(_BEFORE_CPU) else None
+    match = _CPU_TAG.match(text)
     if match is not None:
         cpu = next(value for value in match.groups() if value is not None)
         rest = text[match.end() :]
