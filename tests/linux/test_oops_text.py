@@ -10,6 +10,7 @@ from oops_logs import log
 
 from ptinspect.linux.oops import messages
 from ptinspect.linux.oops.lines import MAX_LINE, Line, Normaliser, rows
+from ptinspect.linux.oops.logfile import CHUNK
 from ptinspect.linux.oops.verdict import analyse
 
 FAR = "FAR: 0xffff0000093a80e0"
@@ -122,11 +123,12 @@ def test_a_log_with_the_newest_line_first_is_read_from_its_end(name: str) -> Non
         assert len(rows) + 1 - other.incident.first.line == one.incident.first.line
 
 
-def test_parts_of_a_dump_of_pstore_are_read_from_the_oldest_on() -> None:
+@pytest.mark.parametrize("before", [0, 1, CHUNK // 8])
+def test_parts_of_a_dump_of_pstore_are_read_from_the_oldest_on(before: int) -> None:
     rows = log("6.12-write-read-only").decode().splitlines()
     at = next(number for number, row in enumerate(rows) if "Call trace" in row)
     whole = analyse(log("6.12-write-read-only")).panics
-    files = ["Panic#1 Part1", *rows[at:], "Panic#1 Part2", *rows[:at]]
+    files = ["systemd"] * before + ["Panic#1 Part1", *rows[at:], "Panic#1 Part2", *rows[:at]]
     found = analyse("\n".join(files).encode()).panics
     assert [panic.verdict for panic in found] == [panic.verdict for panic in whole]
     assert found[0].incident.first.trace == whole[0].incident.first.trace

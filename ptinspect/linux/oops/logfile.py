@@ -115,31 +115,36 @@ def read(chunks: Iterable[bytes]) -> Reader:
     """Find the deaths in a log that comes in chunks, of any length each."""
     search = _Search(Reader())
     for chunk in chunks:
-        for number, part in _in_order(chunk):
-            if number:
+        begins = search.number + search.kept.count(b"\n")
+        for row, part in _in_order(chunk):
+            if row is not None:
                 search.end()
-                search.number = number
+                search.number = begins + row
             search.chunk(part)
     search.end()
     return search.reader
 
 
-def _in_order(log: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield a log, or the parts of a dump that pstore kept, and the row at which each begins.
+def _in_order(log: bytes) -> Iterator[tuple[int | None, bytes]]:
+    """Yield a log, or the parts of a dump that pstore kept; rows before each, None if it goes on as it is.
 
     Part1 is the newest (Linux fs/pstore/platform.c, pstore_dump), so that the files by name are backwards.
     """
     if len(log) < MAX_ROW and _newest_first(log):
         rows = log.splitlines()
-        yield from zip(range(len(rows), 0, -1), (row + b"\n" for row in reversed(rows)), strict=True)
+        yield from zip(reversed(range(len(rows))), (row + b"\n" for row in reversed(rows)), strict=True)
         return
     heads = list(re.finditer(_PART, log, re.MULTILINE)) if b" Part2" in log and len(log) < CHUNK else []
     if len(heads) < 2 or any(int(b[2]) != int(a[2]) + 1 or a[1] != b[1] for a, b in pairwise(heads)):
-        yield 0, log
+        yield None, log
         return
-    edges = [head.start() for head in heads]
-    for start, end in ((0, edges[0]), *reversed([*pairwise((*edges, len(log)))])):
-        yield log.count(b"\n", 0, start) + 1, log[start:end]
+    edges = [0, *(head.start() for head in heads), len(log)]
+    before, *parts = (log[start:end] for start, end in pairwise(edges))
+    yield None, before
+    row = log.count(b"\n")
+    for part in reversed(parts):
+        row -= part.count(b"\n")
+        yield row, part
 
 
 def _newest_first(log: bytes) -> bool:

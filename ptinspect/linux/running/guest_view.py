@@ -329,7 +329,7 @@ class GuestView:
     def read_virt(self, va: int, length: int) -> bytes:
         """Read memory by virtual address, whatever the MMU and the exception level of the CPU.
 
-        Raises GuestError if any page of the range is not mapped if it is not RAM.
+        Raises GuestError if any page of the range is not mapped, MemoryReadError if one is not RAM.
         """
         out = bytearray()
         while length > 0:
