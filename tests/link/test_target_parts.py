@@ -283,9 +283,12 @@ PSTATE=20000005 --C- EL1h     FPCR=00000000 FPSR=00000000
 """
 
 
-@pytest.mark.parametrize(("spsr", "pstate"), [(0x10, 0x205), (0x0, 0x205), (0x10, 0x80)])
+@pytest.mark.parametrize(
+    ("level", "spsr", "pstate"),
+    [(1, 0x10, 0x205), (2, 0x10, 0x209), (1, 0x0, 0x205), (1, 0x10, 0x80), (1, 0x10, 0x209)],
+)
 def test_a_cpu_that_runs_a_32_bit_process_is_where_the_monitor_says(
-    fake_gdb: Callable[..., GdbProcess], spsr: int, pstate: int
+    fake_gdb: Callable[..., GdbProcess], level: int, spsr: int, pstate: int
 ) -> None:
     """QEMU's stub shows the registers that it had on the way there; others are not asked."""
     values = dict.fromkeys(range(34), 1) | {33: pstate, 35: spsr}
@@ -293,15 +296,15 @@ def test_a_cpu_that_runs_a_32_bit_process_is_where_the_monitor_says(
     said = "".join(f"~{json.dumps(line)}\n" for line in NARROW.splitlines(keepends=True))
     gdb = fake_gdb(
         [
-            ("-data-list-register-names", names("SPSR_EL1")),
+            ("-data-list-register-names", names(f"SPSR_EL{level}")),
             ("-data-list-register-values", "{t}^done,register-values=[" + rows + "]\n"),
             ('-interpreter-exec console "monitor info registers -a"', said + "{t}^done\n"),
         ]
     )
     first, second = RegisterReader(gdb).states([0, 1])
-    if spsr and pstate == 0x205:
+    if spsr and pstate == 0x201 + 4 * level:
         assert (first.pc, first.sp, first.pstate, first.x[1]) == (0x10058, 1, 0x10, 0x4FFD_AE2E)
-        assert (first.el, first.aarch32, first.system) == (0, True, {"SPSR_EL1": 0x10})
+        assert (first.el, first.aarch32, first.system) == (0, True, {f"SPSR_EL{level}": 0x10})
     else:
         assert (first.pc, first.aarch32) == (1, False)
     assert (second.pc, second.aarch32) == (1, False)

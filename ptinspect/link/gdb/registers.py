@@ -70,7 +70,7 @@ class RegisterReader:
         """Return the general and system registers of CPUs. Raises TargetError."""
         numbers = [*self._core, *self._system.values()]
         states = [self._state(cpu, row) for cpu, row in zip(cpus, self._values(cpus, numbers), strict=True)]
-        if not any(state.el and bit(state.system.get("SPSR_EL1", 0), 4) for state in states):
+        if not any(bit(state.system.get(f"SPSR_EL{state.el}", 0), 4) for state in states):
             return states
         narrow = aarch32(console(self._gdb, "monitor info registers -a", SECONDS))
         return [_in_aarch32(state, narrow[state.cpu]) if state.cpu in narrow else state for state in states]
