@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ptinspect.errors import ConnectError, MiError, TargetError
 from ptinspect.link.address import StubAddress
-from ptinspect.link.gdb.agent import LAYOUT, VIRTUAL, Agent
+from ptinspect.link.gdb.agent import LAYOUT, VIRTUAL, Agent, heir_command
 from ptinspect.link.gdb.mi import GdbLink, console, console_command, quote
 from ptinspect.link.gdb.process import GdbProcess
 from ptinspect.link.gdb.program import Gdb
@@ -81,16 +81,20 @@ def connect(address: StubAddress, starting: Starting, symbol_file: Path | None, 
     try:
         with contextlib.ExitStack() as undo:
             undo.callback(starting.end, "attaching failed")
+            if symbol_file is not None:  # they take their time, in which the guest may run
+                starting.ready(timeout)
+                _load_symbols(starting.process, symbol_file)
+            with contextlib.suppress(TargetError):  # of what is no GDB: another one takes its place
+                starting.process.ahead([heir_command(heir(address, None))])
+            facts = probe(address, timeout)  # while GDB starts
+            if facts.was_running:
+                undo.callback(_let_run, starting, address)
             gdb = starting.ready(timeout)
-            starting.why_left = partial(why_left, address, starting.process.process.pid)
-            _load_symbols(starting.process, symbol_file)
             process, tracker = starting.process, starting.tracker
+            starting.why_left = partial(why_left, address, process.process.pid)
             agent = Agent(process, starting.file)
             agent.frames(plain=True)
             agent.bequeath(heir(address, None))
-            facts = probe(address, timeout)
-            if facts.was_running:
-                undo.callback(_let_run, process, address)
             agent.bequeath(heir(address, facts.was_running))
             if step_is_open(address):
                 from ptinspect.link.relay import put_back
@@ -126,9 +130,7 @@ def connect(address: StubAddress, starting: Starting, symbol_file: Path | None, 
         raise ConnectError(f"{address}: {error.message}", error.hint) from error
 
 
-def _load_symbols(process: GdbProcess, file: Path | None) -> None:
-    if file is None:
-        return
+def _load_symbols(process: GdbProcess, file: Path) -> None:
     try:
         process.request(f"-file-exec-and-symbols {quote(str(file))}", SYMBOL_SECONDS)
     except MiError as error:
@@ -168,9 +170,9 @@ def clear(address: StubAddress, timeout: float) -> None:
         time.sleep(0.05)
 
 
-def _let_run(process: GdbProcess, address: StubAddress) -> None:
+def _let_run(starting: Starting, address: StubAddress) -> None:
     """Undo what attaching did to a guest that ran."""
-    process.kill("attaching failed")
+    starting.process.kill("attaching failed")
     with contextlib.suppress(ConnectError):
         leave(address, True)
 

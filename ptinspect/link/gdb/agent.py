@@ -54,6 +54,11 @@ def load_command() -> str:
     return console_command(load_line())
 
 
+def heir_command(words: Sequence[str]) -> str:
+    """Return the MI command that bequeaths the guest to this command (Agent.bequeath)."""
+    return f"-ptinspect-heir {' '.join(map(quote, words))}"
+
+
 class Agent:
     """Read and write guest-physical memory in batches."""
 
@@ -170,7 +175,7 @@ class Agent:
 
     def bequeath(self, words: Sequence[str]) -> None:
         """Have GDB run this command if it has to end while it is attached and nobody is left to detach it."""
-        self._gdb.request(f"-ptinspect-heir {' '.join(map(quote, words))}", BASE_SECONDS)
+        self._gdb.request(heir_command(words), BASE_SECONDS)
 
     def relay(self, words: Sequence[str]) -> bool:
         """Have this command, with two sockets, pass on what GDB and the stub say; False if it cannot."""
