@@ -161,7 +161,8 @@ def whole(live: Live, options: argparse.Namespace) -> list[Row]:
         before, after = Path(folder) / "before.npz", Path(folder) / "after.npz"
         live(f"save before {before}")
         live(f"save after {after}")
-        live("detach --stop")
+        live("detach --resume")
+        _wait_for(live.ctx.guest.qemu.console)  # from then on it has nothing to do
         rows = without_guest(before, after, options.processes)
     rows += on_stub(str(live.ctx.guest.qemu.gdb_socket), scripts, options.processes)
     return rows + launching(options.guest, options.processes)
