@@ -107,14 +107,20 @@ def test_a_program_that_is_no_gdb_makes_way_for_one_that_is(
         session.close()
 
 
-def test_a_gdb_that_cannot_be_used_is_named_with_the_reason(stub: FakeStub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ran", [True, False])
+def test_a_gdb_that_cannot_be_used_is_named_with_the_reason(
+    stub: FakeStub, tmp_path: Path, ran: bool
+) -> None:
+    """The guest is left as it was found, if it was stopped before that was known."""
+    stub.was_running = ran
     for path, why in (
         (script(tmp_path / "g", "echo no gdb"), "no GDB, or one without Python"),
         ("/nonexistent/gdb", "No such file"),
     ):
         with pytest.raises(ConnectError, match=why):
             LiveSession.attach(stub.address, gdb_path=path)
-    assert not stub.packets
+        assert ("D;1" in stub.packets) is (ran and bool(stub.packets))
+        stub.packets.clear()
 
 
 def test_a_gdb_that_is_not_needed_in_the_end_is_ended(gdb: Gdb, stub: FakeStub) -> None:
