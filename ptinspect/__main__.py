@@ -10,14 +10,16 @@ GARBAGE_AFTER = 100_000
 
 
 def _open_streams() -> None:
-    """Open /dev/null in place of outputs that are closed: what is opened next would be in theirs."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
+    """Open /dev/null in place of streams that are closed: what is opened next would be in theirs.
+
+    An input that is closed stays None: nobody is there who could be asked.
+    """
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            if nowhere != number:
-                os.dup2(nowhere, number)
-                os.close(nowhere)
-            setattr(sys, name, os.fdopen(number, "w"))
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(nowhere, True)
+            if name != "stdin":
+                setattr(sys, name, os.fdopen(nowhere, "w"))
 
 
 def main() -> int:

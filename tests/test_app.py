@@ -322,6 +322,18 @@ def test_nothing_to_read_commands_from() -> None:
     assert done.returncode == 2 and "no standard input" in done.stderr
 
 
+def test_nothing_else_is_in_the_place_of_a_closed_input() -> None:
+    code = "import os, sys; from ptinspect import __main__ as m; m._open_streams(); print(os.open('/', 0))"
+    for words, status, out, err in (
+        (["-c", code], 0, "3\n", ""),
+        (["-m", "ptinspect", "oops", "-"], 2, "", "there is no standard input"),
+    ):
+        shell = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, *words]
+        done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout) == (status, out)
+        assert err in done.stderr
+
+
 def test_input_that_cannot_be_read_is_one_line() -> None:
     with Path("/proc/self/mem").open() as unreadable:
         done = subprocess.run(

@@ -165,7 +165,7 @@ def privilege() -> tuple[str, ...] | None:
         return None
     if run(["sudo", "-n", "true"], timeout=PROBE_TIMEOUT, terminal=True).code == 0:
         return ("sudo", "-n")
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     asked = run(["sudo", "-v"], timeout=PASSWORD_TIMEOUT, terminal=True)
     return ("sudo", "-n") if asked.code == 0 else None

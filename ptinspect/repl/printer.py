@@ -309,7 +309,7 @@ class Printer:
     def confirm(self, question: str) -> bool:
         """Ask a yes-or-no question on the terminal; no where there is none."""
         self.end_progress()
-        if self.json or not (sys.stdin.isatty() and self.err.isatty()):
+        if self.json or not (sys.stdin and sys.stdin.isatty() and self.err.isatty()):
             return False
         if not self.options.flag("confirm"):
             self.say(f"{escape(question)} yes (the option confirm is off)")

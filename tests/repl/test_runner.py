@@ -181,7 +181,11 @@ def test_progress_waits_a_second_and_goes_to_a_terminal(monkeypatch: pytest.Monk
     assert err(quiet) == ""
 
 
-def test_nobody_answers_questions_without_a_terminal(printer: Printer) -> None:
+def test_nobody_answers_questions_without_a_terminal(
+    printer: Printer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert printer.confirm("really?") is False
+    monkeypatch.setattr("sys.stdin", None)
     assert printer.confirm("really?") is False
 
 

@@ -181,6 +181,8 @@ def _opened(ctx: Context, name: str) -> AbstractContextManager[BinaryIO]:
     if name == "-":
         if ctx.interactive:
             raise UserError("oops -: standard input is the prompt's", "name a file")
+        if sys.stdin is None:
+            raise UserError("oops -: there is no standard input", "name a file")
         return nullcontext(sys.stdin.buffer)
     try:
         return open_input(os.path.expanduser(name))  # noqa: PTH111 (pathlib takes longer than the log)
