@@ -114,10 +114,11 @@ def test_the_word_debug_begins_no_report() -> None:
     assert messages.triggers("kernel BUG at mm/slub.c:1!")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\r\n"])
 @pytest.mark.parametrize("name", ["6.12-write-read-only", "6.12-recursion", "4.17-lkml-kpti"])
-def test_a_log_with_the_newest_line_first_is_read_from_its_end(name: str) -> None:
+def test_a_log_with_the_newest_line_first_is_read_from_its_end(name: str, end: str) -> None:
     rows = [row for row in log(name).decode().splitlines() if row.startswith("[")]
-    whole, found = (analyse("\n".join(order).encode()).panics for order in (rows, rows[::-1]))
+    whole, found = (analyse(end.join(order).encode()).panics for order in (rows, rows[::-1]))
     assert [panic.verdict for panic in found] == [panic.verdict for panic in whole]
     for one, other in zip(whole, found, strict=True):
         assert len(rows) + 1 - other.incident.first.line == one.incident.first.line

@@ -131,7 +131,7 @@ def _in_order(log: bytes) -> Iterator[tuple[int | None, bytes]]:
     Part1 is the newest (Linux fs/pstore/platform.c, pstore_dump), so that the files by name are backwards.
     """
     if len(log) < MAX_ROW and _newest_first(log):
-        rows = log.splitlines()
+        rows = log.split(b"\n")
         yield from zip(reversed(range(len(rows))), (row + b"\n" for row in reversed(rows)), strict=True)
         return
     heads = list(re.finditer(_PART, log, re.MULTILINE)) if b" Part2" in log and len(log) < CHUNK else []
