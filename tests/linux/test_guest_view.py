@@ -24,6 +24,7 @@ from stopped_guest import (
 )
 
 from ptinspect.arch.bits import MASK64
+from ptinspect.arch.sysregs import UNWRITTEN
 from ptinspect.errors import GuestError, KernelFileError, MemoryReadError, RegimeError
 from ptinspect.linux.image import kallsyms
 from ptinspect.linux.image.image import KernelImage
@@ -197,8 +198,10 @@ def test_a_root_that_does_not_map_the_kernel_when_somebody_comes(kernel: KernelI
     view = guest.view(kernel, dead)
     assert (view.swapper().pa, view.kaslr_offset, view.confirmed) == (SWAPPER, 0x1000_0000, False)
     assert view.is_kernels and "which does not map the kernel image" in view.swapper().provenance
+    off = guest.cpu(1, TTBR1_EL1=UNWRITTEN)
     for other in (guest.cpu(pc=dead.pc, TTBR1_EL1=TEMPORARY), guest.cpu(pc=dead.pc, VBAR_EL1=dead.pc)):
-        assert not guest.view(kernel, other).is_kernels, "another table, or vectors of something else"
+        found = guest.view(kernel, other, off).swapper()
+        assert "unconfirmed" in found.provenance, "another table, or vectors of something else"
 
 
 def test_in_the_rewrite_without_a_file_another_cpu_tells(kernel: KernelImage) -> None:

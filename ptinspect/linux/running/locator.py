@@ -190,7 +190,10 @@ class Locator:
         """
         begin, length = image.code_range
         for state in self.states:
-            root, name = root_pa(state, self.regime()), translation_register(state, "TTBR1")
+            name = translation_register(state, "TTBR1")
+            if not state.system.get(name):
+                continue
+            root = root_pa(state, self.regime())
             vbar = state.system.get(translation_register(state, "VBAR"), 0)
             offset = (vbar - image.symbols.get("vectors", (0,))[0]) & MASK64
             runs = bit(state.pc, 55) and 0 <= state.pc - offset - image.text_va - begin < length
