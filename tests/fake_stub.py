@@ -42,6 +42,8 @@ class FakeStub:
         """A client has let the guest run, and none has stopped it since."""
         self.announces = True
         """It reports each stop, as QEMU before 8.1 does."""
+        self.waits = False
+        """It sends nothing more until its reply is acknowledged, as user-mode QEMU (gdb_put_packet)."""
         self.status, self.registers = "paused", "CPU#0\r\n PC=0000000040000000\r\n"
         """What its monitor says of the machine and of the CPUs."""
         self.overrides: dict[str, str | None] = {}
@@ -113,6 +115,8 @@ class FakeStub:
         assert self._client is not None
         data = body.encode("latin-1")
         self._client.sendall((b"+" if acknowledge else b"") + b"$%s#%02x" % (data, sum(data) & 0xFF))
+        while self.waits and self._client.recv(1) not in (b"+", b""):
+            pass
 
     def _replies(self, body: str) -> list[str]:
         for start, answer in self.overrides.items():

@@ -71,8 +71,9 @@ def test_a_gdbstub_of_somebody_else_is_left_running(stub: FakeStub) -> None:
 
 def test_a_user_mode_qemu(stub: FakeStub) -> None:
     stub.overrides["qqemu.PhyMemMode"] = ""
+    stub.waits = True
     with pytest.raises(ConnectError, match="cannot read physical memory"):
-        ask(stub)
+        ask(stub, 5)
 
 
 @pytest.mark.parametrize("ran", [False, True])

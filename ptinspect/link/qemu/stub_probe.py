@@ -191,11 +191,14 @@ class _Link:
     def ask_all(self, *bodies: str) -> list[bytes]:
         """Send packets at once, once the stub has answered one, and return the bodies of the answers.
 
-        A packet acknowledges the answer before it (QEMU gdbstub, gdb_read_byte).
+        A packet acknowledges the answer before it (QEMU gdbstub, gdb_read_byte), but user-mode QEMU waits for
+        each `+` (gdb_put_packet_binary).
         """
         self._send(b"".join(map(_packet, bodies)))
-        found = [self._receive(True)[1] for _ in bodies]
-        self._send(b"+")
+        found = []
+        for _ in bodies:
+            found.append(self._receive(True)[1])
+            self._send(b"+")
         return found
 
     def post(self, data: bytes, replies: int) -> None:
