@@ -54,7 +54,7 @@ class Site(gdb.Breakpoint):
         return 0 < records.limit <= len(records.data) // RECORD.size
 
     def record(self):
-        """Record the store that the selected CPU is about to make."""
+        """Record the store that the selected CPU is about to make, once."""
         frame = gdb.selected_frame()
         inferior = gdb.selected_inferior()
         address = (register(frame, self.base) + self.displacement) & (1 << 64) - 1
@@ -67,7 +67,11 @@ class Site(gdb.Breakpoint):
                 page = read(inferior, window + 8 * ((address - window) >> self.bits))
         except gdb.MemoryError:
             readable = 0
-        records.data += RECORD.pack(self.pc, address, before, register(frame, self.value), page, readable)
+        value = register(frame, self.value)
+        made = RECORD.pack(self.pc, address, before, value, page, readable)
+        # QEMU's single step now and then executes nothing: GDB finds the same store once more, not made yet.
+        if not readable or before == value or records.data[-RECORD.size :] != made:
+            records.data += made
 
 
 def register(frame, name):
