@@ -51,8 +51,9 @@ def test_the_rewrite_of_a_kernel_that_is_linked_at_0() -> None:
         stands_at(live, "start_kernel")
         live(f"continue {LIMIT}")
         stands_at(live, "do_one_initcall", third["id"])
-        entry = "((int *) __initcall_start + 2)"  # include/linux/init.h, initcall_entry_t
-        assert live(f"print (unsigned long) {entry} + *{entry} == $x0")["value"] == "0x1"
+        entries = [f"((int *) __initcall_start + {n})" for n in (2, 1)]  # include/linux/init.h
+        called = [live(f"print (unsigned long) {at} + *{at} == $x0")["value"] for at in entries]
+        assert "0x1" in called, "a hit counts twice if QEMU's step from there executes nothing"
         live(f"delete {third['id']}")
         live(f"continue {LIMIT}")
         stands_at(live, "idmap_kpti_install_ng_mappings", made["id"])

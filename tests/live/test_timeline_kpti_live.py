@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from session import Live, launched, need_guest
 
-from ptinspect.errors import TargetTimeout
+from ptinspect.errors import ReplayStands, TargetTimeout
 from ptinspect.guest.recordings.writers import Writers
 from ptinspect.link.qemu.replay_log import places
 
@@ -27,10 +27,10 @@ def written_again(live: Live, file: Path) -> dict[str, Any]:
     """
     stuck = []
     for seconds in range(30, 150, 15):  # ten are enough on a quiet machine
-        live("timeline goto end")
         try:
+            live("timeline goto end")
             return live(f"kpti writes --timeout {seconds} --output {file}")
-        except TargetTimeout:
+        except (ReplayStands, TargetTimeout):
             stuck.append(live("timeline")["position"])
     pytest.fail(f"the replay was stuck each time: {stuck}")
 
