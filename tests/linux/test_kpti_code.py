@@ -80,6 +80,11 @@ def test_tables_that_are_not_tracked() -> None:
     assert found.levels[1].back == 0x64
 
 
+def test_a_subtree_that_ends_in_code_of_its_own_is_not_taken_for_untracked() -> None:
+    away = [(at, 0x14000000 | (0x168 - at) // 4) for at in (0xE0, 0x120, 0x15C)]
+    assert changed("5.10", *away).tables == "marked"
+
+
 def test_toggling_instead_of_setting() -> None:
     """The second debug patch: `eor` for `orr`."""
     found = changed("5.10", (0x54, 0xD27500E7), (0xC4, 0xD275014A))

@@ -169,8 +169,23 @@ def test_stores_tell_apart_what_the_tables_cannot() -> None:
     assert judge(old, new, recording(old, [leaf])).code == "no-table-marks"
     back = [(level, BASE, value(old, level, BASE)) for level in (0, 1, 2)]
     assert judge(old, new, recording(old, [*back, leaf])).code == "toggle-write-back"
+    for code in CODES.values():
+        seen = judge(old, new, recording(old, [*back, leaf]), code)
+        assert seen.code == "toggle-write-back", "stores that were seen outrank the code"
+        assert len(seen.evidence) == 4 + (code.tables == "written-back")
     part = judge(old, new, recording(old, [leaf], whole=False))
     assert part.code == "unknown", "a part of the stores proves nothing"
+
+
+def test_a_mark_that_is_taken_back_by_a_second_store_is_a_toggle() -> None:
+    old, new = before(), marked(before(), tables=False)
+    block = BASE + (4 << 21)
+    stored = [(level, BASE, value(old, level, BASE)) for level in (0, 1, 2)]
+    seen = recording(old, [*stored, (2, block, value(old, 2, block) | NG)])
+    seen.old[:3] |= np.uint64(NG)  # by a store that is none of the code's own
+    assert all(level.tables_changed == level.tables == 1 for level in seen.by_level())
+    for code in (None, *CODES.values()):
+        assert judge(old, new, seen, code).code == "toggle-write-back"
 
 
 def test_a_store_that_did_not_last_is_found_without_a_snapshot_from_before() -> None:

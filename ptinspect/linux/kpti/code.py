@@ -139,7 +139,7 @@ class KptiCode:
     def tables(self) -> TablesAre:
         """What the walk does to descriptors of tables; all released kernels mark them.
 
-        They are not written if the code goes on past the store when a subtree is done. They are written
+        They are not written if the loop goes on past the store when a subtree is done. They are written
         back if bit 11 is toggled, or if tables come to the store by a way around the instruction that sets
         it, back from a subtree or before they go into it.
         """
@@ -147,7 +147,7 @@ class KptiCode:
         if not all(
             above.store is not None
             and above.branch is not None
-            and (above.store < above.branch or (below.back is not None and below.back <= above.store))
+            and (above.store < above.branch or not above.store < (below.back or 0) <= above.closing)
             for above, below in pairs
         ):
             return "never-written"

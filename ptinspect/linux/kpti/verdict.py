@@ -16,6 +16,7 @@ from ptinspect.analysis.classify import is_older
 from ptinspect.analysis.diff import Change, diff
 from ptinspect.analysis.summary import Summary, summarize
 from ptinspect.arch.bits import MASK64
+from ptinspect.arch.descriptor import BIT11
 from ptinspect.arch.regime import LEVEL_LAST
 from ptinspect.dataclass import dataclass
 from ptinspect.linux.kpti.code import PRE_ORDER, TablesAre
@@ -227,7 +228,9 @@ def _marking(
     c = state.counts
     stores = _stores(recording) if recording is not None and recording.whole else ()
     share = (f"{after.name}: {c.marks}", *stores)
-    treated = _by_stores(recording) if state.code is None else state.code.tables
+    treated = _by_stores(recording)
+    if state.code is not None and treated in (None, "never-written"):
+        treated = state.code.tables  # only stores that were seen outrank it
     if not c.leaves or not after.regime.upper:
         return Verdict("unknown", share, (state.reason,))
     if c.leaves_ng < c.leaves * (1 if finished else MOSTLY):
@@ -296,11 +299,12 @@ def _by_stores(recording: Recording | None) -> TablesAre | None:
     """
     if recording is None or not recording.whole or not len(recording):
         return None
-    levels = recording.by_level()
-    if not any(level.tables for level in levels):
+    tables = recording.is_table()
+    below = tables & (recording.level > recording.before.regime.start_level)
+    stored = recording.new[below if below.any() else tables]
+    if not len(stored):
         return "never-written"
-    below = [level for level in levels if level.level > recording.before.regime.start_level]
-    return "marked" if any(level.tables_changed for level in below or levels) else "written-back"
+    return "marked" if (stored & np.uint64(BIT11)).any() else "written-back"
 
 
 def _unmarked(state: KptiState, treated: TablesAre, evidence: tuple[str, ...]) -> Verdict:
@@ -312,7 +316,7 @@ def _unmarked(state: KptiState, treated: TablesAre, evidence: tuple[str, ...]) -
             return Verdict("unknown", (*evidence, *how), (UNEXPLAINED,))
         return Verdict("no-table-marks", (*evidence, *how))
     how = ()
-    if code is not None:
+    if code is not None and code.tables == treated:
         does = "toggles bit 11 twice" if code.toggles else "stores tables without setting bit 11"
         how = (f"the kernel's code {does}",)
     if not c.table_descriptors_marked:
