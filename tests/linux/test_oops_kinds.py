@@ -402,6 +402,8 @@ def test_a_log_may_begin_inside_of_an_oops() -> None:
     assert panic.incident.first.trace == ("drive+0x18/0x40", "kthread+0x104/0x110")
     assert panic.incident.message.startswith("(its first lines are missing)")
     assert panic.verdict.code == "not-a-stack-problem"
+    assert "faulting address" in panic.verdict.unknown[-1]
+    assert "faulting address" not in "".join(only(fault()).verdict.unknown)
     cut = only([*fault()[9:-1], code, end]).incident.first
     assert (cut.kind, cut.trace) == ("oops", ("drive+0x18/0x40", "kthread+0x104/0x110"))
     assert found(["elr: 000000007ff12345 lr : 000000007ff12340", code]) == [], "U-Boot prints that too"

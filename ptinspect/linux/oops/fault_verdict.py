@@ -84,6 +84,8 @@ def other_cause(incident: Incident, esr: Esr | None) -> Verdict:
         path = path_of(first, first.release)
     found = _fault(first, esr, path)
     cut = () if first.trace or first.ended else ("the call trace: not in the log",)
+    if first.kind == "oops" and first.far is None and (esr is None or esr.is_abort):
+        cut = ("the faulting address, which may be in the guard of a stack: not in the log", *cut)
     if first.mixed and first.elided:
         cut = ("lines of several CPUs are interleaved: a call of the trace may be another one's",)
     return replace(
