@@ -83,6 +83,9 @@ def test_another_stop_is_not_taken_for_the_return(replay: Replay, monkeypatch: p
     with pytest.raises(TargetError, match="before the rewrite returned"):
         timeline.go_to(guest, timeline.KPTI_END, 10)
     assert replay.position == 700
+    replay.without.clear()
+    found: Any = timeline.go_to(guest, timeline.KPTI_ENTRY, 10)
+    assert found == 100, "the entry is in the recording all the same"
 
 
 def test_positions_have_a_time_where_it_is_known_how_long_an_instruction_takes() -> None:

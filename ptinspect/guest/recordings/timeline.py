@@ -209,9 +209,8 @@ def _measured_in_strides(
 def go_to(guest: Guest, place: int | str, seconds: float) -> StopInfo:
     """Go to a position: a number, start, end, or an event's name. Raises UserError, TargetTimeout."""
     replay = replay_of(guest)
-    here = replay.position
     if place in (KPTI_ENTRY, KPTI_END):
-        place = _events(guest, replay, here, seconds)[str(place)]
+        place = _event(guest, replay, str(place), seconds)
     if place == "end":
         if replay.last is None:
             raise UserError("nobody knows where this recording ends", "timeline open DIR finds out")
@@ -219,11 +218,14 @@ def go_to(guest: Guest, place: int | str, seconds: float) -> StopInfo:
     return replay.go_to(0 if place == "start" else int(place), seconds)
 
 
-def _events(guest: Guest, replay: Replay, here: int, seconds: float) -> Mapping[str, int]:
-    """Return the positions of the rewrite's first instruction and of its end; they are noted once found."""
-    recording = recording_of(guest)
-    if recording is not None and KPTI_ENTRY in recording.events:
-        return recording.events
+def _event(guest: Guest, replay: Replay, name: str, seconds: float) -> int:
+    """Return the position of the rewrite's first instruction, or of its end; both are noted once found.
+
+    A recording may end before the rewrite does.
+    """
+    here, recording = replay.position, recording_of(guest)
+    if recording is not None and name in recording.events:
+        return recording.events[name]
     from ptinspect.guest.breakpoints.breakpoints import symbol_breakpoints
     from ptinspect.guest.rewrite.rewrite import Runner
 
@@ -234,18 +236,19 @@ def _events(guest: Guest, replay: Replay, here: int, seconds: float) -> Mapping[
             runner.place_kernel()
             if not runner.enter():
                 raise UserError(f"there is no rewrite in this recording: {runner.reason}")
-            entry, end = replay.position, runner.point("return")
+            events, end = {KPTI_ENTRY: replay.position}, runner.point("return")
             stop = runner.run_to([end])
-            if stop.pc != end:
+            if stop.pc == end:
+                events[KPTI_END] = replay.position
+            elif name == KPTI_END:
                 raise TargetError(f"the guest stopped at {stop.pc:#x} before the rewrite returned")
-            events = {KPTI_ENTRY: entry, KPTI_END: replay.position}
         except BaseException:
             replay.go_to(here, seconds)
             raise
     if recording is not None:
         recording = guest.kept[RECORDING] = replace(recording, events={**recording.events, **events})
         recording.save()
-    return events
+    return events[name]
 
 
 def step_back(guest: Guest, count: int) -> StopInfo:
