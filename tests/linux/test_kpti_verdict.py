@@ -184,8 +184,12 @@ def test_a_mark_that_is_taken_back_by_a_second_store_is_a_toggle() -> None:
     seen = recording(old, [*stored, (2, block, value(old, 2, block) | NG)])
     seen.old[:3] |= np.uint64(NG)  # by a store that is none of the code's own
     assert all(level.tables_changed == level.tables == 1 for level in seen.by_level())
+    marks = [(level, BASE, value(old, level, BASE) | NG) for level in (0, 1, 2)]
+    both = recording(old, [*marks, *stored, (2, block, value(old, 2, block) | NG)])
+    both.old[3:6] |= np.uint64(NG)
     for code in (None, *CODES.values()):
         assert judge(old, new, seen, code).code == "toggle-write-back"
+        assert judge(old, new, both, code).code == "toggle-write-back"
 
 
 def test_a_store_that_did_not_last_is_found_without_a_snapshot_from_before() -> None:

@@ -159,10 +159,9 @@ def _lost_stores(recording: Recording, after: Snapshot) -> Verdict | None:
     reverted = False
     total = 0
     for level in recording.levels:
-        here = np.flatnonzero((recording.level == level) & (recording.pa != np.uint64(MASK64)))
-        if not len(here):
+        last = _last(recording, (recording.level == level) & (recording.pa != np.uint64(MASK64)))
+        if not len(last):
             continue
-        last = here[::-1][np.unique(recording.pa[here][::-1], return_index=True)[1]]
         now, known = _values(after, level, recording.pa[last])
         wrong = np.flatnonzero(known & ((now ^ recording.new[last]) & ~np.uint64(0x400) != 0))
         total += len(wrong)
@@ -175,6 +174,12 @@ def _lost_stores(recording: Recording, after: Snapshot) -> Verdict | None:
         return None
     more = (f"and {total - len(lines)} more",) if total > len(lines) else ()
     return Verdict("reverted-entry" if reverted else "lost-write", (*lines, *more))
+
+
+def _last(recording: Recording, chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return which of the chosen stores were the last to their descriptors."""
+    at = np.flatnonzero(chosen)[::-1]
+    return at[np.unique(recording.pa[at], return_index=True)[1]]
 
 
 def _values(
@@ -293,7 +298,7 @@ def _missed(before: Snapshot | None, after: Snapshot, *, tables: bool = True) ->
 
 
 def _by_stores(recording: Recording | None) -> TablesAre | None:
-    """Tell from the recorded stores what the walk does to tables; None if they are not all there.
+    """Tell from the last recorded stores what the walk does to tables; None if they are not all there.
 
     The debug patch that writes tables back leaves the mark in those of the root where levels are folded.
     """
@@ -301,7 +306,7 @@ def _by_stores(recording: Recording | None) -> TablesAre | None:
         return None
     tables = recording.is_table()
     below = tables & (recording.level > recording.before.regime.start_level)
-    stored = recording.new[below if below.any() else tables]
+    stored = recording.new[_last(recording, below if below.any() else tables)]
     if not len(stored):
         return "never-written"
     return "marked" if (stored & np.uint64(BIT11)).any() else "written-back"
