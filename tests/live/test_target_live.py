@@ -439,6 +439,7 @@ def test_a_qemu_that_hangs(qemu: Qemu, session: LiveSession, monkeypatch: pytest
     monkeypatch.setattr(agent_module, "BASE_SECONDS", 0.5)
     monkeypatch.setattr(process_module, "CANCEL_SECONDS", 0.5)
     monkeypatch.setattr(stub_probe_module, "LEAVE_SECONDS", 0.5)
+    session.lanes.choose("gdbstub")  # the host lane tells that QEMU is stopped, once it is
     os.kill(qemu.pid, signal.SIGSTOP)
     try:
         with pytest.raises(TargetTimeout, match="did not answer"):
