@@ -104,7 +104,11 @@ def test_why_after_the_panic_of_a_recursion(guest: str) -> None:
         last = "vpanic" if "vpanic" in live.ctx.guest.kernel.symbols else "panic"
         live(f"until {last} --timeout 300")
         told = live("why")
-        assert told["code"] == "deep-call-chain", told
+        if "--smp" in guest and "the kernel's own table maps FAR" in told["evidence"]:
+            # FAR is not of the overflow: what is left of that may be the end mark alone
+            assert told["code"] in ("deep-call-chain", "stack-corruption"), told
+        else:
+            assert told["code"] == "deep-call-chain", told
         assert told["dying"]
 
 
